@@ -143,6 +143,11 @@ class Called(Event):
 
 
 @dataclass(frozen=True)
+class Hushed(Event):
+    """The voice is silent from now on: what was said and not played yet is not to be heard."""
+
+
+@dataclass(frozen=True)
 class Answered(Event):
     """An answer is over: all of it was heard, or, if it was `cut`, somebody gave it up before."""
 

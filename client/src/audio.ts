@@ -123,7 +123,12 @@ export class Sound {
   /** Forgets the sound that waits to be played, for another conversation. */
   clear(): void {
     this.#toDevice = null;
-    this.#post(null, []);
+    this.#post("clear", []);
+  }
+
+  /** Silences the sound that waits to be played. */
+  hush(): void {
+    this.#post("hush", []);
   }
 
   close(): void {

@@ -296,6 +296,7 @@ export class Conversation {
       if (this.#begun) this.events.onTrouble({ cause: "told", detail: values.notice });
       else this.#notice = values.notice;
     }
+    if (values.hush === true) this.#sound.hush();
     if (typeof values.heard === "string") this.#onHeard(values.heard);
     if (typeof values.turn === "string") this.transcript.endTurn();
     if (typeof values.tool === "object" && values.tool !== null) this.#onTool(values.tool as Record<string, unknown>);

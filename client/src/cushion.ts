@@ -11,6 +11,8 @@ export const LIMITS = {
   /** Sound comes in pieces of this length, so the queue's length varies by as much. */
   packet: 0.04,
   fade: 0.005,
+  /** Sound that was on its way when it was hushed comes within this time. */
+  late: 0.06,
   /** How long the queue is watched before it counts as too long, and the time without an underrun that lowers the target. */
   watch: 4,
   calm: 10,
@@ -45,6 +47,7 @@ export class Cushion {
   #watched = 0; // samples played since #lowest was reset
   #lowest = Infinity; // the shortest length of the queue since then
   #calm = 0; // samples played since the last underrun or lowering
+  #hushed = 0; // samples of what comes next that are not heard
 
   constructor(private readonly rate: number) {
     this.#ring = new Float32Array(Math.ceil(rate * (LIMITS.overflow + 2)));
@@ -66,7 +69,18 @@ export class Cushion {
     this.#fill = 0;
     this.#playing = false;
     this.#excess = 0;
+    this.#hushed = 0;
     this.#watch();
+  }
+
+  /** Puts silence in place of the sound that waits, and of what is still on its way. */
+  hush(): void {
+    const fade = this.#samples(LIMITS.fade);
+    for (let index = 0; index < this.#fill; index++) {
+      const at = (this.#read + index) % this.#ring.length;
+      this.#ring[at] = (this.#ring[at] as number) * Math.max(0, 1 - index / fade);
+    }
+    this.#hushed = this.#samples(LIMITS.late);
   }
 
   push(samples: Float32Array): void {
@@ -80,7 +94,8 @@ export class Cushion {
     }
     let write = (this.#read + this.#fill) % size;
     for (const sample of added) {
-      this.#ring[write] = sample;
+      this.#ring[write] = this.#hushed > 0 ? 0 : sample;
+      if (this.#hushed > 0) this.#hushed--;
       if (++write === size) write = 0;
     }
     this.#fill += added.length;

@@ -53,6 +53,21 @@ describe("a calm network", () => {
   });
 });
 
+describe("a hush", () => {
+  test("silences what waits and what is on its way, without a click, and nothing else", () => {
+    const cushion = new Cushion(RATE);
+    run(cushion, 1, regular, tone);
+    const { fill } = cushion.state;
+    cushion.hush();
+    const heard = run(cushion, 1, regular, tone);
+    const silent = Math.round((fill + LIMITS.late) * RATE);
+    expect(heard.subarray(LIMITS.fade * RATE, silent - 1).every((sample) => sample === 0)).toBe(true);
+    expect(biggestStep(heard.subarray(0, silent - 1))).toBeLessThan(0.02);
+    expect(Math.max(...heard.subarray(silent))).toBeGreaterThan(0.4);
+    expect(cushion.state).toMatchObject({ underruns: 0, skipped: 0, dropped: 0 });
+  });
+});
+
 describe("a pause of the network", () => {
   test("is one underrun, without a click, after which the target is higher", () => {
     const cushion = new Cushion(RATE);

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import MshError
-from ..events import Answered, Event, HeardWord, Loading, Notice, Replied, Said, Spoke, SpokeWord, Turned, Word
+from ..events import Answered, Event, HeardWord, Hushed, Loading, Notice, Replied, Said, Spoke, SpokeWord, Turned, Word
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import Memory
 from .dialogue import NOTHING, Dialogue, Thinker, Thought, TooLongError
@@ -99,7 +99,7 @@ class Models:
 
 
 @dataclass
-class _Answer:
+class Answer:
     """An answer on its way: thought, speech, sound. `lock` of the cascade guards all but `thought`.
 
     `speech` says a part of the thought, and `part` is its number. Frames of sound are kept with that.
@@ -180,7 +180,7 @@ class Cascade(OnThreads):
         self._thinker = thinker
         self._dialogue = Dialogue(instructions)
         self._changed = threading.Condition()  # guards what both threads use
-        self._answer: _Answer | None = None
+        self._answer: Answer | None = None
         self._held = False  # whether the voice waits for the user
         self._silence = None if speak_up is None else math.ceil(speak_up / FRAME_SECONDS)  # frames
         self._active = 0  # the frame in which somebody last spoke
@@ -343,11 +343,12 @@ class Cascade(OnThreads):
         if lasts:
             self._drop_answer()
 
-    def _take_back(self, answer: _Answer) -> None:
+    def _take_back(self, answer: Answer) -> None:
         """Take what was not played yet back from the loudspeaker."""
         self._tell_heard(answer)
         self._sink.clear()
         self._sink.pause()
+        self._events(Hushed())
         while answer.handed:
             answer.ready.appendleft(answer.handed.pop())
         answer.follows = False
@@ -357,7 +358,7 @@ class Cascade(OnThreads):
     def _ask(self, mouth: Mouth, turned: Turned) -> None:
         """Ask for the answer to the dialogue so far; the caller holds the lock, and no answer is on its way."""
         thought = Thought(self._thinking, self._events)
-        self._answer, self._held = _Answer(thought, mouth.say(thought.pieces()), turned), False
+        self._answer, self._held = Answer(thought, mouth.say(thought.pieces()), turned), False
         self._thinker.ask(self._dialogue.messages, thought)
 
     def _thinking(self) -> None:
@@ -400,7 +401,7 @@ class Cascade(OnThreads):
             if answer:
                 self._speak(answer, mouth)
 
-    def _speak(self, answer: _Answer, mouth: Mouth) -> None:
+    def _speak(self, answer: Answer, mouth: Mouth) -> None:
         """Say an answer, until all of it was heard or it is given up."""
         wrong: MshError | None = None
         while not answer.cancelled:
@@ -430,7 +431,7 @@ class Cascade(OnThreads):
             return
         self._finish(answer, mouth, wrong)
 
-    def _has_part(self, answer: _Answer, mouth: Mouth) -> bool:
+    def _has_part(self, answer: Answer, mouth: Mouth) -> bool:
         """Tell whether a part of an answer is being said; begin the next one where that has come."""
         if answer.speech.over and not answer.thought.over and not answer.thought.waits:
             answer.notes += answer.speech.notes
@@ -439,7 +440,7 @@ class Cascade(OnThreads):
             answer.audible = False
         return not answer.speech.over
 
-    def _finish(self, answer: _Answer, mouth: Mouth, wrong: MshError | None) -> None:
+    def _finish(self, answer: Answer, mouth: Mouth, wrong: MshError | None) -> None:
         error = wrong or answer.thought.error
         with self._changed:
             if self._answer is not answer:
@@ -463,7 +464,7 @@ class Cascade(OnThreads):
         if not again:
             self._events(Answered(cut=False))
 
-    def _play(self, answer: _Answer) -> bool:
+    def _play(self, answer: Answer) -> bool:
         """Tell what was heard, and hand a frame to the loudspeaker if it is time for it; return whether it was."""
         with self._changed:
             self._tell_heard(answer)
@@ -484,7 +485,7 @@ class Cascade(OnThreads):
             self._tell_reply(answer, perf_counter(), queued)
         return True
 
-    def _tell_heard(self, answer: _Answer) -> None:
+    def _tell_heard(self, answer: Answer) -> None:
         """Tell the frames that were played, and the words that begin in them."""
         waiting = math.ceil(self._sink.queued() / FRAME_SECONDS - _PART)
         while len(answer.handed) > waiting:
@@ -498,7 +499,7 @@ class Cascade(OnThreads):
                 self._events(SpokeWord(Word(round(index * FRAME_SECONDS, 3), word.text)))
             self._events(Said(index, spoken.pcm))
 
-    def _tell_reply(self, answer: _Answer, made: float, queued: float) -> None:
+    def _tell_reply(self, answer: Answer, made: float, queued: float) -> None:
         turned, thought = answer.turned, answer.thought_at or made
         self.metrics.reply.add(made - turned.noticed)
         self.metrics.delay.add(made + queued - turned.voice_ended)

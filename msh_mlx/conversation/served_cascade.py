@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import MshError
 from ..events import Event, Failed, Loading, Ready, Said, Span, Spoke
 from ..format import FRAME_SECONDS, FRAME_SIZE, Pcm
-from .cascade import Cascade, Models, Mouth
+from .cascade import Answer, Cascade, Models, Mouth
 from .dialogue import Thinker
 from .live import DELAY_LIMIT, Source
 from .personas import Persona
@@ -29,6 +29,7 @@ from .transcriber import Transcribed
 
 _PATIENCE = 0.1  # seconds between two looks whether the conversation is over
 _LATE = 1.0  # seconds after which sound is not made up for: the machine was asleep
+_ON_THEIR_WAY = 2  # frames that were sent, and that the user has most likely not heard yet
 _SILENCE = np.zeros(FRAME_SIZE, np.float32)
 
 
@@ -157,6 +158,7 @@ class ServedCascade(Cascade):
         self._told = events
         self._telling = threading.Lock()  # what is told of a frame is told together
         self._frames = 0  # that were played since the conversation began
+        self._sent: deque[tuple[int, Pcm]] = deque(maxlen=_ON_THEIR_WAY)  # frames with speech that were played last
         self._ended = threading.Event()
         self._ears: _Ears | None = None
 
@@ -187,6 +189,14 @@ class ServedCascade(Cascade):
     def _warm_up(self, mouth: Mouth) -> None:
         """The shared model is warm."""
 
+    def _take_back(self, answer: Answer) -> None:
+        """Say what is on its way again, too, if the answer goes on: clients silence it."""
+        super()._take_back(answer)
+        while self._sent:
+            frame, pcm = self._sent.pop()
+            if self._frames - frame <= _ON_THEIR_WAY:
+                answer.ready.appendleft((answer.part, Spoken(pcm, ())))
+
     # ---- the clock's thread ----------------------------------------------------------------------------------------------
 
     def _run_clock(self) -> None:
@@ -206,6 +216,8 @@ class ServedCascade(Cascade):
             pcm = self._out.take()
             if self._answer:
                 self._tell_heard(self._answer)
+            if pcm is not None:
+                self._sent.append((self._frames, pcm))
             with self._telling:
                 if self._conversation:
                     self._told(Said(self._frames, _SILENCE if pcm is None else pcm))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..conversation.personas import Persona
 from ..errors import ProtocolError
-from ..events import Called, Event, Failed, HeardWord, Notice, Said, Turned
+from ..events import Called, Event, Failed, HeardWord, Hushed, Notice, Said, Turned
 from .connection import Connection, End, Limits, MakeSeat
 from .messages import Audio, Control, Error, Handshake, Message, MetaData, Ping, Text, decode, encode, misplaced_sound
 from .opus import OpusDecoder, OpusEncoder
@@ -149,6 +149,8 @@ class Chat(Connection):
                 self._on_loop(self.tell, {"heard": word.text})
             case Turned(text):
                 self._on_loop(self.tell, {"turn": text})
+            case Hushed():
+                self._on_loop(self.tell, {"hush": True})
             case Called():
                 self._on_loop(self.tell, {"tool": asdict(event)})
             case Notice(message=sentence):

@@ -577,6 +577,8 @@ class Remote(LiveConversation):
             self._events(Notice("ignored", f"{self._address} does not know these parameters: {names}."))
         if isinstance(note := values.get("notice"), str):
             self._events(Notice("channels", _line(note), "warning"))
+        if values.get("hush") is True:
+            self._sink.clear()
         if isinstance(word := values.get("heard"), str):
             self._events(HeardWord(Word(round(talk.sent * FRAME_SECONDS, 3), _line(word))))
         if isinstance(turn := values.get("turn"), str):

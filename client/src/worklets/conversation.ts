@@ -17,7 +17,8 @@ class Conversation extends AudioWorkletProcessor {
   constructor() {
     super();
     this.port.onmessage = ({ data }: MessageEvent<ToWorklet>) => {
-      if (data === null) this.#cushion.clear();
+      if (data === "clear") this.#cushion.clear();
+      else if (data === "hush") this.#cushion.hush();
       else this.#cushion.push(data);
     };
   }

@@ -2,8 +2,8 @@ import type { CushionState } from "../cushion";
 
 export const PROCESSOR = "conversation";
 
-/** To the worklet: samples to play, at the device's rate; or null, to forget the queue. */
-export type ToWorklet = Float32Array<ArrayBuffer> | null;
+/** To the worklet: samples to play, at the device's rate; or to forget the queue, or to silence it. */
+export type ToWorklet = Float32Array<ArrayBuffer> | "clear" | "hush";
 
 /** From the worklet: samples of the microphone, and as many that were played at the same time. */
 export interface FromWorklet {
