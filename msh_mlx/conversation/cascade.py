@@ -432,12 +432,14 @@ class Cascade(OnThreads):
 
     def _has_part(self, answer: _Answer, mouth: Mouth) -> bool:
         """Tell whether a part of an answer is being said; begin the next one where that has come."""
-        if answer.speech.over and not answer.thought.over and not answer.thought.waits:
-            answer.notes += answer.speech.notes
-            answer.speech = mouth.say(answer.thought.pieces())
-            answer.part += 1
-            answer.audible = False
-        return not answer.speech.over
+        with self._changed:  # else what is given up meanwhile would begin a speech that nobody ends
+            thought = answer.thought
+            if answer.speech.over and not answer.cancelled and not thought.over and not thought.waits:
+                answer.notes += answer.speech.notes
+                answer.speech = mouth.say(thought.pieces())
+                answer.part += 1
+                answer.audible = False
+            return not answer.speech.over
 
     def _finish(self, answer: _Answer, mouth: Mouth, wrong: MshError | None) -> None:
         error = wrong or answer.thought.error
@@ -445,6 +447,8 @@ class Cascade(OnThreads):
             if self._answer is not answer:
                 return
             self._answer = None
+            if wrong:  # the thought may still go on
+                answer.cancel()
             self._sink.pause()
             kept = answer.thought.messages(answer.said)
             said = any(message["role"] == "assistant" and message["content"] for message in kept)

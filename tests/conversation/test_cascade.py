@@ -306,6 +306,37 @@ def test_an_answer_without_words_is_told(models):
     assert [event.kind for event in talked.of(Notice)] == ["no-answer"]
 
 
+class Mouth:
+    """A mouth that keeps all that it says. `begins` is called with the number of each text, the first one to warm up."""
+
+    def __init__(self, mouth, begins):
+        self._mouth, self._begins = mouth, begins
+        self.said = []
+
+    def say(self, text):
+        self.said.append(self._mouth.say(text))
+        self._begins(len(self.said))
+        return self.said[-1]
+
+
+def test_what_cannot_be_said_is_not_asked_for_any_longer(models):
+    def fail(number):
+        if number == 2:
+            mouth.said[-1].advance = raises
+
+    def raises():
+        raise MshError("The voice is gone.")
+
+    made = models()
+    mouth = Mouth(made.mouth, fail)
+    talked = Talked(
+        lambda *_: Models(made.ears, mouth), Room(SOUND[: 6 * SAMPLE_RATE], silence(4)), Thinker(20 * NUMBERS, "six")
+    )
+    assert [event.message for event in talked.of(Notice)] == ["The voice is gone."]
+    assert talked.thinker.cancelled[0] == 1
+    assert talked.said == "six"
+
+
 def test_it_speaks_up_once_in_a_silence(models):
     talked = Talked(models, Room(silence(6), FOUR_ONE, silence(7)), Thinker("nine", "two", "three"), speak_up=2.0)
     assert [asked[-1] for asked in talked.thinker.asked] == [("user", "..."), ("user", "four one"), ("user", "...")]
@@ -358,6 +389,28 @@ def test_what_is_said_meanwhile_is_heard_and_not_kept(models):
     assert thinker.before_result == ["one", "two"]
     assert talked.said == "one two four five six"
     assert thinker.asked[1][1:4] == [("assistant", ""), ("tool", "5"), ("assistant", "four five")]
+
+
+def test_what_is_given_up_between_two_parts_ends(models):
+    closed = threading.Event()
+
+    def give_up(number):
+        if number == 3:  # the second part
+            mouth.said[-1].close = closed.set
+            threading.Thread(target=cascade.give_up).start()
+            time.sleep(0.3)
+
+    made, room = models(), Room(FOUR_ONE, silence(6))
+    mouth = Mouth(made.mouth, give_up)
+    thinker = Caller("one ", "two three", until="one")
+    events = []
+    cascade = Cascade(lambda *_: Models(made.ears, mouth), thinker, room, room, events.append)
+    thinker.said = lambda: [event.word.text for event in events if isinstance(event, SpokeWord)]
+    cascade.start()
+    assert room.over.wait(PATIENCE)
+    assert cascade.stop(PATIENCE)
+    assert cascade.failure is None
+    assert closed.is_set()
 
 
 def test_the_recording_has_the_pause_of_a_tool(models):
