@@ -182,13 +182,15 @@ def _find(args: argparse.Namespace) -> tuple[LanguageServer, str]:
     Raises
     ------
     InputError
-        No server was named, and none is found here; or the server does not have the model.
+        No server was named, and none is found here; the server does not have the model; or the key cannot be one.
     MshError
         The server cannot be reached, or answers with something else.
     """
     from ..net.chat_completions import USUAL, LanguageServer, find_servers, list_models
 
-    name, key = "", os.environ.get(KEY, "")
+    name, key = "", os.environ.get(KEY, "").strip()
+    if not key.isprintable():
+        raise InputError(f"{KEY} has characters that no key has", "set it to the server's key")
     if args.llm:
         server = LanguageServer(args.llm, args.llm_model or "", key)
     else:

@@ -92,6 +92,13 @@ def say(status=200, **body):
     return handle
 
 
+def raw(body, status):
+    async def handle(request):
+        return web.Response(body=body, status=status, content_type="application/json")
+
+    return handle
+
+
 def answered(url, *, key="", model="small", tools=None, tell=lambda _: None, **options):
     """Ask once. Return the text, and the error or None."""
     changed = threading.Event()
@@ -172,11 +179,18 @@ async def falls_silent(request):
             "The server URL answers with 404 for the model small: model not found.",
         ),
         (say(500, detail="Memory."), 'The server URL answers with 500 for the model small: {"detail": "Memory."}.'),
+        (
+            raw(b'[{"error": {"code": 400, "message": "API key not valid"}}]', 400),
+            "The server URL answers with 400 for the model small: 400 API key not valid.",
+        ),
+        (raw(b"null", 400), "The server URL answers with 400 for the model small: null."),
+        (raw(b"[" * 50_000, 200), ODD),
         (say(200, hello="world"), ODD),
         (stream(b"data: {not json\n\n"), ODD),
         (stream(b"hello\n\n", end=b"bye\n"), ODD),
         (stream(b"data: " + b"x" * (3 << 20)), ODD),
         (stream(b'data: {"choices": "x"}\n\n'), ODD),
+        (stream(b"data: " + b"[" * 50_000 + b"\n\n"), ODD),
         (stream(b'data: {"error": {"message": "no memory"}}\n\n'), "The language model failed: no memory."),
         (falls_silent, "The language model at URL said nothing for too long; ask again, or take a smaller model."),
     ],
@@ -435,7 +449,17 @@ def test_addresses(text, url):
     assert server_url(text) == url
 
 
-@pytest.mark.parametrize("text", ["ftp://x", "http://", "http://x:99999", "http://x/v1?a=b", "http://[x"])
+@pytest.mark.parametrize(
+    "text", ["ftp://x", "http://", "http://x:99999", "http://x/v1?a=b", "http://[x", "http://a..b"]
+)
 def test_wrong_addresses(text):
     with pytest.raises(InputError, match="is not the address of a server"):
         server_url(text)
+
+
+def test_an_address_with_a_password_is_refused_and_not_shown():
+    with pytest.raises(InputError) as raised:
+        server_url("http://me:secret@example.com/v1")
+    assert (
+        str(raised.value) == "The address of example.com has a name or a password; give a key in MSH_LLM_KEY instead."
+    )
