@@ -486,6 +486,7 @@ def test_a_dialogue_keeps_the_order_of_roles():
         ("See [the page](https://example.com/a) now", "See the page now"),
         ("a [note] b", "a note b"),
         ("Fine 🙂 → good", "Fine good"),
+        ("Fine \ud83d\ude42 \ud83d good", "Fine good"),  # in halves, and a half
         ("`code` <break time='9s'/> x", "code break time='9s'/ x"),
         ("x" * 450, "x" * 200 + " " + "x" * 200 + " " + "x" * 50),
     ],

@@ -329,6 +329,16 @@ def test_calls_of_tools_are_read_as_servers_send_them(dialect):
     assert [event.result for event in told if isinstance(event, Called)] == ["5", "8"]
 
 
+def test_what_is_called_is_valid_unicode():
+    """A server may send the halves of a picture apart, or one alone."""
+    told = []
+    calls = delta(piece('{"x": "\ud83d', "n\ud83d", index=0)), delta(piece('\ude42\ud83d"}', index=0))
+    with Server(turns(stream(*calls), stream("No."))) as server:
+        assert answered(server.url, tools=Tools([ADD]), tell=told.append) == ("No.", None)
+    (called,) = [event for event in told if isinstance(event, Called)]
+    assert (called.name, called.arguments) == ("n\ufffd", '{"x": "🙂\ufffd"}')
+
+
 def test_without_tools_none_are_offered():
     with Server(stream("Four.")) as server:
         answered(server.url)
