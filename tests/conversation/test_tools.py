@@ -181,7 +181,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def returning(name, value=None):
     async def run(arguments):
-        if isinstance(value, Exception):
+        if isinstance(value, BaseException):
             raise value
         return str(arguments if value is None else value)
 
@@ -279,7 +279,7 @@ def test_calls_run_together():
 @pytest.mark.parametrize(
     ("wanted", "result"),
     [
-        (call("nobody"), "Error: there is no tool 'nobody', only good, bad, poor, long and slow."),
+        (call("nobody"), "Error: there is no tool 'nobody', only good, bad, late, gone, poor, long and slow."),
         (call("good", "{a: 1}"), "Error: the arguments are not a JSON object (Expecting property name"),
         (call("good", "[1]"), "Error: the arguments are not a JSON object (it is list)."),
         (call("good", '{"a": NaN}'), "Error: the arguments are not a JSON object (NaN is no number of JSON)."),
@@ -288,7 +288,10 @@ def test_calls_run_together():
             "Error: the arguments are not a JSON object (it is nested too deeply).",
         ),
         (call("bad"), "Error: ValueError: no luck"),
+        (call("late"), "Error: TimeoutError: the door"),
+        (call("gone"), "Error: this call was given up before its result came."),
         (call("poor"), "Error: It is closed; come again."),
+        (call("good", '{"a": "\\ud83d"}'), "fine"),
         (call("long"), f"{'x' * 8000}\n(This is cut: the result has 10000 characters.)"),
         (call("slow"), "Error: this took longer than 0.05 s, and was given up."),
     ],
@@ -302,6 +305,7 @@ def test_whatever_goes_wrong_the_model_and_the_user_are_told(wanted, result):
 
     tools = [
         *(returning("good", "fine"), returning("bad", ValueError("no luck"))),
+        *(returning("late", TimeoutError("the door")), returning("gone", asyncio.CancelledError())),
         *(returning("poor", MshError("It is closed", "come again")), returning("long", "x" * 10000)),
         Tool("slow", "", {}, slow),
     ]
@@ -310,8 +314,8 @@ def test_whatever_goes_wrong_the_model_and_the_user_are_told(wanted, result):
     asked, got = model.asked[1][1:]
     assert got["content"].startswith(result)
     (called,) = told.of(Called)
-    assert (called.result, called.failed) == (got["content"], wanted.name != "long")
-    json.loads(asked["tool_calls"][0]["function"]["arguments"])  # what servers read again
+    assert (called.result, called.failed) == (got["content"], result != "fine" and wanted.name != "long")
+    json.loads(asked["tool_calls"][0]["function"]["arguments"].encode())  # what servers read again
     assert told.said == [["Well."]]
     assert not ran
 
