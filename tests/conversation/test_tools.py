@@ -159,13 +159,24 @@ def test_a_function_that_is_given_up_does_not_hold_up_the_loop(tmp_path):
             "def f(*a, **b): pass",
             r"The function f of .*numbers\.py cannot be a tool: .*; give its arguments types .*\.",
         ),
-        ("\0", r"numbers\.py .*"),
+        (
+            "def f(*a): pass",
+            r"The function f of .* cannot be a tool: its arguments have no names; give them some, or .*\.",
+        ),
+        (
+            "def f(a, /): pass",
+            r"The function f of .* cannot be a tool: its arguments have no names; give them some, or .*\.",
+        ),
+        ("def größe(): pass", r"größe of .* its name is not made of a to z, digits and _; rename it\."),
+        ("f = lambda a: a", r"<lambda> of .* its name is not made of a to z, digits and _; rename it\."),
+        ("\0", r"numbers\.py .*null bytes"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path, text, error):
     with pytest.raises(InputError, match=error) as caught, python_tools(written(tmp_path, text)):
         pass
     assert "\n" not in str(caught.value)
+    assert "None" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):
