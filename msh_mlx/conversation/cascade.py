@@ -13,7 +13,20 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import MshError
-from ..events import Answered, Event, HeardWord, Loading, Notice, Replied, Said, Spoke, SpokeWord, Turned, Word
+from ..events import (
+    Answered,
+    Event,
+    HeardWord,
+    Listened,
+    Loading,
+    Notice,
+    Replied,
+    Said,
+    Spoke,
+    SpokeWord,
+    Turned,
+    Word,
+)
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import Memory
 from .dialogue import NOTHING, Dialogue, Thinker, Thought, TooLongError
@@ -270,9 +283,11 @@ class Cascade(OnThreads):
         if now or ears.turn_ended:
             noticed = perf_counter()
             self._write(ears.flush())
-            text = "" if self._only_listens() and not now else " ".join(self._heard)
+            listens, text = self._only_listens() and not now, " ".join(self._heard)
             self._heard.clear()
-            if text:
+            if text and listens:
+                self._events(Listened(text))
+            elif text:
                 self._drop_answer()
                 turned = Turned(text, self._index, self._voice_ended, noticed, perf_counter())
                 self._events(turned)

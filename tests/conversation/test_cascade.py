@@ -10,17 +10,19 @@ import soundfile
 from paths import DEMO, DIGITS
 
 from msh_mlx import Speaker, Transcriber, load_lm, load_mimi, load_tokenizer
+from msh_mlx.conversation import cascade as cascade_module
 from msh_mlx.conversation.cascade import Cascade, Models
 from msh_mlx.conversation.dialogue import Dialogue, TooLongError
 from msh_mlx.conversation.speakable import Speakable
 from msh_mlx.conversation.voice_activity import PIECE, VoiceActivity
 from msh_mlx.errors import MshError
-from msh_mlx.events import Heard, Notice, Replied, Said, SpokeWord, Turned
+from msh_mlx.events import Heard, Listened, Notice, Replied, Said, SpokeWord, Turned
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 
 SOUND = soundfile.read(DIGITS, dtype="float32")[0]
 TURNS = ["four one", "three", "eight nine zero"]
 FOUR_ONE = SOUND[: round(2.1 * SAMPLE_RATE)]
+THREE = SOUND[round(2.1 * SAMPLE_RATE) : 6 * SAMPLE_RATE]
 NUMBERS = "one two three four five six seven eight nine"
 FASTER = 3.0  # than real time
 PATIENCE = 60.0  # seconds, until a conversation that hangs fails
@@ -270,6 +272,17 @@ def test_a_short_noise_stops_nothing(models):
     assert talked.said == NUMBERS
     assert not talked.thinker.cancelled
     assert talked.loud(4.75, 5.0) < 1e-4  # it was silent meanwhile
+
+
+def test_a_word_that_only_shows_that_the_user_listens_stops_nothing(models, monkeypatch):
+    """It is told as such, and is no part of the next turn."""
+    monkeypatch.setattr(cascade_module, "_LISTENING", {"three"})
+    monkeypatch.setattr(cascade_module, "_INTERRUPTED", 2.0)  # the demo's voice is slow
+    room = Room(FOUR_ONE, silence(2.5), THREE, silence(9), FOUR_ONE, silence(4))
+    talked = Talked(models, room, Thinker(NUMBERS, "six"))
+    assert talked.said == f"{NUMBERS} six"
+    assert [event.text for event in talked.of(Listened)] == ["three"]
+    assert talked.thinker.asked[1] == [("user", "four one"), ("assistant", NUMBERS), ("user", "four one")]
 
 
 def test_an_answer_that_has_not_begun_gives_way_to_the_rest_of_the_turn(models):

@@ -5,11 +5,12 @@ import base64
 
 import numpy as np
 import pytest
-from test_chat_completions import Server, breaks_off, stream
+from test_chat_completions import Server, breaks_off, stream, turns
 from test_realtime import Client, pcm16
-from test_served_cascade import FADED, FOUR_ONE, LOUD, NUMBERS, ONSET, PATIENCE, SILENCE, audio, parts, serving
+from test_served_cascade import FADED, FOUR_ONE, LOUD, NUMBERS, ONSET, PATIENCE, SILENCE, THREE, audio, parts, serving
 from test_server import eventually
 
+from msh_mlx.conversation import cascade
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.net.realtime_sound import SoundReader
 
@@ -117,6 +118,27 @@ async def test_who_interrupts_cancels_the_response(audio):
     assert last - onset < FADED
     kept = llm.bodies[1]["messages"][1]["content"]
     assert done["response"]["output"][0]["content"][0]["transcript"] == kept
+
+
+async def test_who_only_listens_has_a_turn_that_nobody_answers(audio, monkeypatch):
+    monkeypatch.setattr(cascade, "_LISTENING", {"three"})
+    monkeypatch.setattr(cascade, "_INTERRUPTED", 2.0)  # the demo's voice is slow
+    with Server(turns(stream(*LONG[:12]), stream("six "))) as llm:
+        async with serving(audio, llm) as server, Caller(server) as caller:
+            caller.speak(FOUR_ONE)
+            while "two" not in transcript(caller):
+                await caller.receive()
+            caller.speak(THREE)
+            first = await caller.until("response.done")
+            caller.speak(FOUR_ONE)
+            second = await caller.until("response.done")
+    assert [each["response"]["status"] for each in (first, second)] == ["completed", "completed"]
+    written = caller.of(f"{WRITTEN}.completed")
+    assert [each["transcript"] for each in written] == ["four one", "three", "four one"]
+    for name in ("started", "stopped"):
+        told = [each["item_id"] for each in caller.of(f"input_audio_buffer.speech_{name}")]
+        assert told == [each["item_id"] for each in written]
+    assert [each["content"] for each in llm.bodies[1]["messages"]][2:] == ["four one"]
 
 
 async def test_a_response_is_cancelled_on_request(audio):
