@@ -181,7 +181,7 @@ class RealtimeCascade(Realtime):
         elif self._response and cut:
             self._finish("cancelled", "turn_detected")
         elif self._response:
-            self._finish("failed" if failed and not self._response.item else "completed")
+            self._finish("failed" if failed else "completed")
 
     # ---- sound -----------------------------------------------------------------------------------------------------------
 
