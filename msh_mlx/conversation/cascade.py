@@ -468,7 +468,7 @@ class Cascade(OnThreads):
             kept = answer.thought.messages(answer.said)
             said = any(message["role"] == "assistant" and message["content"] for message in kept)
             self._dialogue.keep(kept)
-            again = isinstance(error, TooLongError) and not said and self._dialogue.forget()
+            again = isinstance(error, TooLongError) and not (said or self._over) and self._dialogue.forget()
             if again:
                 self._ask(mouth, answer.turned)
         for note in answer.notes + answer.speech.notes:

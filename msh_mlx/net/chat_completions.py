@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,7 +48,7 @@ class LanguageServer:
 
     url: str
     model: str = ""
-    key: str = ""
+    key: str = field(default="", repr=False)
 
     @property
     def headers(self) -> dict[str, str]:
