@@ -209,7 +209,8 @@ class Cascade(OnThreads):
         self._begin_thread("model", self._run_ears)
 
     def give_up(self) -> bool:
-        """Give up the answer that is on its way, and keep what was heard of it; return whether there was one."""
+        """Give up the answer that is asked for or on its way, and keep what was heard; return whether it was on its way."""
+        self._answers_now = False
         return self._drop_answer()
 
     def answer_now(self) -> None:

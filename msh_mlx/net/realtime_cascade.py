@@ -100,6 +100,7 @@ class RealtimeCascade(Realtime):
 
     def _cancel(self, event: Json) -> None:
         super()._cancel(event)
+        self._asks = False
         if isinstance(self.pipeline, Cascade) and self.pipeline.give_up():
             self._given_up += 1
 

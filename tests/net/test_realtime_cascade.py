@@ -164,6 +164,18 @@ async def test_a_response_is_cancelled_on_request(audio):
     assert [each["content"] for each in llm.bodies[1]["messages"]] == ["four one", kept, "four one"]
 
 
+async def test_what_was_asked_for_can_be_cancelled_before_it_begins(audio):
+    with Server(stream("two ")) as llm:
+        async with serving(audio, llm) as server, Client(server) as client:
+            for _ in range(2):  # before there is a conversation, and in it
+                await client.send("response.create")
+                await client.send("response.cancel")
+                assert (await client.until("response.done"))["response"]["status"] == "cancelled"
+                await asyncio.sleep(0.5)
+    assert not llm.bodies
+    assert len(client.of("response.created")) == 2
+
+
 async def test_push_to_talk(audio):
     """A turn at once, without turn detection; and a response that nobody has asked anything for."""
     with Server(stream("two ")) as llm:
