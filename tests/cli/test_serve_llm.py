@@ -61,6 +61,17 @@ def test_a_language_model_that_is_not_there_is_told():
     )
 
 
+def test_with_json_every_line_is_an_object():
+    with (
+        Server() as llm,
+        Program("--demo", "--llm", llm.url, "--port", "0", "--static", "none", "--json") as program,
+    ):
+        while "listening on" not in program.until(""):
+            pass
+    told = [json.loads(line)["message"] for line in program.lines]
+    assert told[0] == f"The language model is small of {llm.url} (there is also large: --llm-model)."
+
+
 def test_the_key_is_of_one_line(monkeypatch):
     with Server() as llm:
         args = serve.parser().parse_args(["--llm", llm.url])
