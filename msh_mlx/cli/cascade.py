@@ -31,10 +31,10 @@ KEY = "MSH_LLM_KEY"  # of the environment
 _OTHERS = (
     *("input", "model", "variant", "hf_repo", "or_demo", "quantized", "lora", "context", "guidance", "seed"),
     *("temperature", "text_temperature", "top_k", "text_top_k", "top_p", "text_top_p", "min_p", "text_min_p"),
-    *("repetition_penalty", "repetition_words", "padding_bonus"),
+    *("repetition_penalty", "repetition_words", "padding_bonus", "keep_prompts"),
 )
 # Those that only a server has, or that its default model alone has.
-_OTHERS_OF_SERVER = "also", "no_conversations", "ray", "keep_prompts"
+_OTHERS_OF_SERVER = "also", "no_conversations", "ray"
 _SHOWN = 8  # models that are named
 
 
