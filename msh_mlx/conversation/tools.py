@@ -157,7 +157,7 @@ async def think(ask: Ask, messages: list[Message], thought: Thought, tools: Tool
                 calls = _identified(part)
         if not calls:
             return
-        asked: Message = {"role": "assistant", "content": said, "tool_calls": [_written(call) for call in calls]}
+        asked: Message = {"role": "assistant", "content": valid(said), "tool_calls": [_written(call) for call in calls]}
         results: list[Message] = [{"role": "tool", "content": _GIVEN_UP, "tool_call_id": call.id} for call in calls]
         thought.call(asked, results)
         await tools.run(calls, results, thought)

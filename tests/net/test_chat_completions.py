@@ -333,8 +333,9 @@ def test_what_is_called_is_valid_unicode():
     """A server may send the halves of a picture apart, or one alone."""
     told = []
     calls = delta(piece('{"x": "\ud83d', "n\ud83d", index=0)), delta(piece('\ude42\ud83d"}', index=0))
-    with Server(turns(stream(*calls), stream("No."))) as server:
-        assert answered(server.url, tools=Tools([ADD]), tell=told.append) == ("No.", None)
+    with Server(turns(stream("\ud83d ", *calls), stream("No."))) as server:
+        assert answered(server.url, tools=Tools([ADD]), tell=told.append)[1] is None
+    assert server.bodies[1]["messages"][1]["content"] == "\ufffd "
     (called,) = [event for event in told if isinstance(event, Called)]
     assert (called.name, called.arguments) == ("n\ufffd", '{"x": "🙂\ufffd"}')
 
