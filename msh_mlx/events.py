@@ -100,6 +100,13 @@ class Turned(Event):
 
 
 @dataclass(frozen=True)
+class Listened(Event):
+    """The user's words since the last turn, `text`, only show that they listen: they are over, and the answer goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Replied(Event):
     """The answer to a turn begins to sound.
 

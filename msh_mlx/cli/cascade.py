@@ -31,10 +31,10 @@ KEY = "MSH_LLM_KEY"  # of the environment
 _OTHERS = (
     *("input", "model", "variant", "hf_repo", "or_demo", "quantized", "lora", "context", "guidance", "seed"),
     *("temperature", "text_temperature", "top_k", "text_top_k", "top_p", "text_top_p", "min_p", "text_min_p"),
-    *("repetition_penalty", "repetition_words", "padding_bonus"),
+    *("repetition_penalty", "repetition_words", "padding_bonus", "keep_prompts"),
 )
 # Those that only a server has, or that its default model alone has.
-_OTHERS_OF_SERVER = "also", "no_conversations", "ray", "keep_prompts"
+_OTHERS_OF_SERVER = "also", "no_conversations", "ray"
 _SHOWN = 8  # models that are named
 
 
@@ -182,13 +182,15 @@ def _find(args: argparse.Namespace) -> tuple[LanguageServer, str]:
     Raises
     ------
     InputError
-        No server was named, and none is found here; or the server does not have the model.
+        No server was named, and none is found here; the server does not have the model; or the key cannot be one.
     MshError
         The server cannot be reached, or answers with something else.
     """
     from ..net.chat_completions import USUAL, LanguageServer, find_servers, list_models
 
-    name, key = "", os.environ.get(KEY, "")
+    name, key = "", os.environ.get(KEY, "").strip()
+    if not key.isprintable():
+        raise InputError(f"{KEY} has characters that no key has", "set it to the server's key")
     if args.llm:
         server = LanguageServer(args.llm, args.llm_model or "", key)
     else:

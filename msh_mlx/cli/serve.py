@@ -80,7 +80,7 @@ def run(argv: Sequence[str], signals: Signals) -> int:
         log = stack.enter_context(Log()) if not args.debug else None
         program = Program(args, chosen, signals, shown, log, names, addresses, wyoming)
         for sentence in [*told, *chosen.notes]:
-            shown.say(sentence)
+            program.say(sentence)
         if args.ray is not None:
             port = sock.getsockname()[1]
             sock.close()  # Ray's own processes listen there

@@ -13,7 +13,21 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import MshError
-from ..events import Answered, Event, HeardWord, Hushed, Loading, Notice, Replied, Said, Spoke, SpokeWord, Turned, Word
+from ..events import (
+    Answered,
+    Event,
+    HeardWord,
+    Hushed,
+    Listened,
+    Loading,
+    Notice,
+    Replied,
+    Said,
+    Spoke,
+    SpokeWord,
+    Turned,
+    Word,
+)
 from ..format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE, Pcm
 from ..metrics import Memory
 from .dialogue import NOTHING, Dialogue, Thinker, Thought, TooLongError
@@ -31,6 +45,7 @@ _QUEUED = 2 * FRAME_SECONDS  # of speech that waits at the loudspeaker besides i
 _SHORT = 0.2  # seconds of the user's voice that are no word, whatever the ears take them for
 _INTERRUPTED = 0.6  # seconds of the user's voice that end an answer; "mm-hm" is shorter
 _WARM_UP = 4  # steps
+_BEGINNING = 2  # frames with which an answer begins: while they are played, the next word comes
 _SILENT = 0.005  # the loudest sample of a frame in which nobody speaks
 _PART = 0.25  # of a frame that may still be played when it counts as heard
 # What listeners say to show that they listen. These words alone do not end an answer.
@@ -196,7 +211,8 @@ class Cascade(OnThreads):
         self._begin_thread("model", self._run_ears)
 
     def give_up(self) -> bool:
-        """Give up the answer that is on its way, and keep what was heard of it; return whether there was one."""
+        """Give up the answer that is asked for or on its way, and keep what was heard; return whether it was on its way."""
+        self._answers_now = False
         return self._drop_answer()
 
     def answer_now(self) -> None:
@@ -270,9 +286,11 @@ class Cascade(OnThreads):
         if now or ears.turn_ended:
             noticed = perf_counter()
             self._write(ears.flush())
-            text = "" if self._only_listens() and not now else " ".join(self._heard)
+            listens, text = self._only_listens() and not now, " ".join(self._heard)
             self._heard.clear()
-            if text:
+            if text and listens:
+                self._events(Listened(text))
+            elif text:
                 self._drop_answer()
                 turned = Turned(text, self._index, self._voice_ended, noticed, perf_counter())
                 self._events(turned)
@@ -433,12 +451,14 @@ class Cascade(OnThreads):
 
     def _has_part(self, answer: Answer, mouth: Mouth) -> bool:
         """Tell whether a part of an answer is being said; begin the next one where that has come."""
-        if answer.speech.over and not answer.thought.over and not answer.thought.waits:
-            answer.notes += answer.speech.notes
-            answer.speech = mouth.say(answer.thought.pieces())
-            answer.part += 1
-            answer.audible = False
-        return not answer.speech.over
+        with self._changed:  # else what is given up meanwhile would begin a speech that nobody ends
+            thought = answer.thought
+            if answer.speech.over and not answer.cancelled and not thought.over and not thought.waits:
+                answer.notes += answer.speech.notes
+                answer.speech = mouth.say(thought.pieces())
+                answer.part += 1
+                answer.audible = False
+            return not answer.speech.over
 
     def _finish(self, answer: Answer, mouth: Mouth, wrong: MshError | None) -> None:
         error = wrong or answer.thought.error
@@ -446,11 +466,13 @@ class Cascade(OnThreads):
             if self._answer is not answer:
                 return
             self._answer = None
+            if wrong:  # the thought may still go on
+                answer.cancel()
             self._sink.pause()
             kept = answer.thought.messages(answer.said)
             said = any(message["role"] == "assistant" and message["content"] for message in kept)
             self._dialogue.keep(kept)
-            again = isinstance(error, TooLongError) and not said and self._dialogue.forget()
+            again = isinstance(error, TooLongError) and not (said or self._over) and self._dialogue.forget()
             if again:
                 self._ask(mouth, answer.turned)
         for note in answer.notes + answer.speech.notes:
@@ -476,6 +498,8 @@ class Cascade(OnThreads):
                 return False
             cushion = float(self._sink.stats().get("cushion", 0)) / SAMPLE_RATE
             if answer.begun and queued > cushion + _QUEUED:
+                return False
+            if not answer.begun and len(answer.ready) < _BEGINNING and not answer.speech.over:
                 return False
             part, spoken = answer.ready.popleft()
             answer.handed.append((part, spoken))

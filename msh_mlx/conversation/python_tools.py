@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import SourceFileLoader
@@ -23,6 +24,7 @@ from .tools import Tool, ToolFailedError
 
 _SENTENCE = 300  # characters of an error that are shown
 _NO_RESULT = "Done."
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what OpenAI takes; it refuses requests with others
 
 
 @contextlib.contextmanager
@@ -66,9 +68,8 @@ def _import(path: Path) -> ModuleType:
     try:
         loader.exec_module(module)
     except SyntaxError as error:
-        raise InputError(
-            f"{path} is not Python: {error.msg} in line {error.lineno}", "give a file of Python functions"
-        ) from None
+        line = f" in line {error.lineno}" if error.lineno else ""
+        raise InputError(f"{path} is not Python: {error.msg}{line}", "give a file of Python functions") from None
     except (Exception, SystemExit) as error:
         raise InputError(f"{path} cannot be imported: {_told(error)}.") from None
     return module
@@ -85,6 +86,15 @@ def _tool(function: Callable[..., Any], loop: LoopThread, path: str) -> Tool:
             f"The function {name} of {path} cannot be a tool: {why}",
             "give its arguments types that JSON has, or a name that begins with _",
         ) from None
+    if schema.get("type") != "object":
+        raise InputError(
+            f"The function {name} of {path} cannot be a tool: its arguments have no names",
+            "give them some, or the function a name that begins with _",
+        )
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"The function {name} of {path} cannot be a tool: its name is not made of a to z, digits and _", "rename it"
+        )
 
     async def await_it(arguments: dict[str, Any]) -> str:
         with _telling():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+from ..system.words import valid
+
 _LONGEST = 200  # letters of a word; what is longer is cut, since nobody could say it
 _MARKS = re.compile(r"[*_`~#|<>{}\\\[\]]+")  # Markdown, and what a speaker takes for a tag
 _LINK = re.compile(r"\[([^\[\]]*)\]\([^()\s]*\)")
 _BULLET = re.compile(r"(?m)^\s*(?:[-+•]|\d+\.)\s+")
 # What has no sound: pictures, arrows, lines. Letters and marks of all scripts stay.
-_PICTURES = re.compile("[\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]+")
+_PICTURES = re.compile("[\u2190-\u2bff\ufe0f\ufffd\U0001f000-\U0001faff]+")
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 _OPEN = "<think>"
 
@@ -44,7 +46,7 @@ class Speakable:
         return self._said(ready)
 
     def _said(self, text: str) -> str:
-        text = _LINK.sub(r"\1", text)
+        text = _LINK.sub(r"\1", valid(text))  # some servers send a picture in two halves
         if text:
             begins, self._begins = self._begins, text.rstrip(" \t").endswith("\n")
             text = _BULLET.sub("", text) if begins else _BULLET.sub("", f"\0{text}")[1:]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import MshError
 from ..events import Called, Calling
-from ..system.words import listed, shortened
+from ..system.words import listed, shortened, valid
 from .dialogue import Message, Thought
 
 _ROUNDS = 8  # times that tools are called for one answer
@@ -112,16 +112,24 @@ class Tools:
             arguments = _parsed(call.arguments)
         except ValueError as error:
             return f"Error: the arguments are not a JSON object ({error}).", True
+        running = asyncio.ensure_future(tool.run(arguments))
+        running.add_done_callback(lambda done: done.cancelled() or done.exception())  # asyncio would print it
         try:
-            result = await asyncio.wait_for(tool.run(arguments), self._limit)
-        except asyncio.TimeoutError:
+            await asyncio.wait((running,), timeout=self._limit)
+        finally:
+            in_time = running.done()
+            running.cancel()
+        if not in_time:
             return f"Error: this took longer than {self._limit:g} s, and was given up.", True
+        try:
+            result = valid(running.result())
+        except asyncio.CancelledError:  # the tool itself gave up
+            return _GIVEN_UP, True
         except MshError as error:
             said = shortened(str(error), _SENTENCE)
             return said if said.startswith("Error") else f"Error: {said}", True
         except Exception as error:
             return f"Error: {shortened(f'{type(error).__name__}: {error}', _SENTENCE)}", True
-        result = result.encode(errors="replace").decode()
         if len(result) > _LONGEST:
             return f"{result[:_LONGEST]}\n(This is cut: the result has {len(result)} characters.)", False
         return result, False
@@ -149,7 +157,7 @@ async def think(ask: Ask, messages: list[Message], thought: Thought, tools: Tool
                 calls = _identified(part)
         if not calls:
             return
-        asked: Message = {"role": "assistant", "content": said, "tool_calls": [_written(call) for call in calls]}
+        asked: Message = {"role": "assistant", "content": valid(said), "tool_calls": [_written(call) for call in calls]}
         results: list[Message] = [{"role": "tool", "content": _GIVEN_UP, "tool_call_id": call.id} for call in calls]
         thought.call(asked, results)
         await tools.run(calls, results, thought)
@@ -184,7 +192,7 @@ def _parsed(arguments: str) -> dict[str, Any]:
 def _written(call: ToolCall) -> dict[str, Any]:
     """Return a call as a message has it. Servers read the arguments again, so what is no JSON object is left out."""
     try:
-        arguments = json.dumps(_parsed(call.arguments), ensure_ascii=False)
+        arguments = valid(json.dumps(_parsed(call.arguments), ensure_ascii=False))
     except ValueError:
         arguments = "{}"
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..conversation.personas import Persona
 from ..errors import ProtocolError
-from ..events import Called, Event, Failed, HeardWord, Hushed, Notice, Said, Turned
+from ..events import Called, Event, Failed, HeardWord, Hushed, Listened, Notice, Said, Turned
 from .connection import Connection, End, Limits, MakeSeat
 from .messages import Audio, Control, Error, Handshake, Message, MetaData, Ping, Text, decode, encode, misplaced_sound
 from .opus import OpusDecoder, OpusEncoder
@@ -147,7 +147,7 @@ class Chat(Connection):
         match event:
             case HeardWord(word):
                 self._on_loop(self.tell, {"heard": word.text})
-            case Turned(text):
+            case Turned(text) | Listened(text):
                 self._on_loop(self.tell, {"turn": text})
             case Hushed():
                 self._on_loop(self.tell, {"hush": True})

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,7 +48,7 @@ class LanguageServer:
 
     url: str
     model: str = ""
-    key: str = ""
+    key: str = field(default="", repr=False)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -62,16 +62,19 @@ def server_url(text: str) -> str:
     Raises
     ------
     InputError
-        It is not an address.
+        It is not an address, or has a password, which would be shown.
     """
     wrong = InputError(f"{text} is not the address of a server", "give one like http://127.0.0.1:11434/v1")
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError:
         raise wrong from None
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         raise wrong
+    if "@" in parts.netloc:
+        raise InputError(f"The address of {host} has a name or a password", "give a key in MSH_LLM_KEY instead")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 
@@ -238,9 +241,10 @@ async def _refusal(answer: aiohttp.ClientResponse, server: LanguageServer) -> Ms
     """Return the error for an answer that is not 200."""
     body = (await answer.content.read(_BODY)).decode(errors="replace")
     said = body
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
         told = json.loads(body)
-        told = told.get("error", told)
+        told = told[0] if isinstance(told, list) else told  # as from Google
+        told = told.get("error") or told
         said = f"{told.get('code') or ''} {told['message']}" if isinstance(told, dict) else str(told)
     said = shortened(" ".join(said.split()), _SENTENCE).rstrip(".")
     if answer.status in (401, 403):
@@ -254,7 +258,7 @@ async def _refusal(answer: aiohttp.ClientResponse, server: LanguageServer) -> Ms
 async def _json(answer: aiohttp.ClientResponse, server: LanguageServer) -> Any:
     try:
         return json.loads(await answer.read())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _odd(server) from None
 
 
@@ -270,7 +274,7 @@ async def _events(answer: aiohttp.ClientResponse, server: LanguageServer) -> Asy
                 return
             try:
                 said = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise _odd(server) from None
             seen = True
             yield said

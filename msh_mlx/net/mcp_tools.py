@@ -38,6 +38,9 @@ _PAGES = 100  # of a list of tools
 _CONNECT = 5.0  # seconds
 _SILENT = 300.0  # seconds; a tool may take longer than a conversation waits for it
 _SENTENCE = 200  # characters
+_SECRET = re.compile(
+    r"(?i)-+[^=]*(auth|cookie|header|key|password|secret|token)[^=]*|-H"
+)  # options whose value may be one
 
 # Its log would be printed over the screen; errors come as exceptions, too.
 for _name in ("mcp", "client", "httpx2"):
@@ -94,7 +97,7 @@ class _Server:
         self.said = _said(place)
         self._patience = patience
         self._thread = thread
-        self._url = place if urlsplit(place).scheme in ("http", "https") else ""
+        self._url = place if _is_address(place) else ""
         self._command = [] if self._url else _split(place)
         self._client: Client | None = None
         self._holding: asyncio.Task[None] | None = None
@@ -223,11 +226,19 @@ class _Server:
 
 
 def _said(place: str) -> str:
-    """Return a command or an address for a sentence, without what may be secret: passwords and values of variables."""
-    if "://" in place:
-        return shortened(re.sub(r"//[^/@]*@", "//", place).partition("?")[0], _SENTENCE)
-    words = [re.sub(r"(?s)^([-\w]+=).+", r"\1…", word) for word in _split(place)]
-    return shortened(" ".join(words), _SENTENCE)
+    """Return a command or an address for a sentence, without what may be secret: passwords, keys, values of variables."""
+    said: list[str] = []
+    for word in [place] if _is_address(place) else _split(place):
+        if said and _SECRET.fullmatch(said[-1]):
+            word = "…"
+        elif "://" in word:
+            word = re.sub(r"//[^/@]*@", "//", word).partition("?")[0]
+        said.append(re.sub(r"(?s)^([-\w]+=).+", r"\1…", word))
+    return shortened(" ".join(said), _SENTENCE)
+
+
+def _is_address(place: str) -> bool:
+    return place.lower().startswith(("http://", "https://"))
 
 
 def _split(command: str) -> list[str]:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..conversation.cascade import Cascade
-from ..events import Answered, Event, Heard, HeardWord, Notice, Replied, Said, Turned
+from ..events import Answered, Event, Heard, HeardWord, Listened, Notice, Replied, Said, Turned
 from ..format import Pcm
 from .realtime import Realtime, has_type
 from .realtime_events import Item, Json, RefusedError, Response, error_event, needed, new_id
@@ -100,6 +100,7 @@ class RealtimeCascade(Realtime):
 
     def _cancel(self, event: Json) -> None:
         super()._cancel(event)
+        self._asks = False
         if isinstance(self.pipeline, Cascade) and self.pipeline.give_up():
             self._given_up += 1
 
@@ -115,7 +116,7 @@ class RealtimeCascade(Realtime):
     def _observe(self, event: Event) -> None:
         if isinstance(event, Heard):
             self._on_loop(self._user_says, event.pcm, self._source.position)
-        elif isinstance(event, HeardWord | Turned | Replied | Answered | Notice):
+        elif isinstance(event, HeardWord | Turned | Listened | Replied | Answered | Notice):
             self._on_loop(self._follow, event)
         else:
             super()._observe(event)
@@ -125,6 +126,9 @@ class RealtimeCascade(Realtime):
             case HeardWord(word):
                 self._hear_word(word.text, word.start)
             case Turned(text):
+                self._turned(text)
+                self._answers()
+            case Listened(text):
                 self._turned(text)
             case Replied():
                 self._answers()
@@ -148,7 +152,6 @@ class RealtimeCascade(Realtime):
 
     def _turned(self, text: str) -> None:
         self._write_down(self._committed.popleft() if self._committed else self._stopped(), text)
-        self._answers()
 
     def _stopped(self) -> Item:
         """End the turn, and return its item."""
@@ -179,7 +182,7 @@ class RealtimeCascade(Realtime):
         elif self._response and cut:
             self._finish("cancelled", "turn_detected")
         elif self._response:
-            self._finish("failed" if failed and not self._response.item else "completed")
+            self._finish("failed" if failed else "completed")
 
     # ---- sound -----------------------------------------------------------------------------------------------------------
 

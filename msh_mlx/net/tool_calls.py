@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..conversation.tools import ToolCall
+from ..system.words import valid
 
 
 class ToolCalls:
@@ -53,4 +54,4 @@ class ToolCalls:
     @property
     def calls(self) -> list[ToolCall]:
         """The calls so far."""
-        return [ToolCall(**call) for call in self._calls]
+        return [ToolCall(**{name: valid(text) for name, text in call.items()}) for call in self._calls]

@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def valid(text: str) -> str:
+    """Return valid Unicode: halves of a character that follow one another are joined, others become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def shortened(text: str, most: int) -> str:
     """Return `printable` text of at most `most` characters, with single spaces. Text that was cut ends in "…"."""
     words = " ".join(printable(text[: most + 1]).split())

@@ -115,6 +115,7 @@ REFUSED = {
         "--temperature is not for --llm",
     ),
     "language model and a penalty": ("--llm --repetition-penalty 1.2", "--repetition-penalty is not for --llm"),
+    "language model and kept prompts": ("--llm --keep-prompts 0", "--keep-prompts is not for --llm"),
     "language model and variant": ("--llm http://127.0.0.1:1 --variant moshiko-q8", "--variant is not for --llm"),
     "language model and a recording": (
         "--llm http://127.0.0.1:1 --input recording.wav --output a.wav",

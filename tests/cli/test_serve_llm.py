@@ -12,6 +12,7 @@ from test_chat_completions import Server, stream
 from test_serve import Program, complaint
 
 from msh_mlx.cli import serve
+from msh_mlx.cli.cascade import thinking
 from msh_mlx.errors import InputError
 from msh_mlx.format import SAMPLE_RATE
 from msh_mlx.net.messages import Handshake, MetaData
@@ -58,6 +59,29 @@ def test_a_language_model_that_is_not_there_is_told():
         2,
         f"The server {llm.url} has no model none; it has small and large; name one with --llm-model.\n",
     )
+
+
+def test_with_json_every_line_is_an_object():
+    with (
+        Server() as llm,
+        Program("--demo", "--llm", llm.url, "--port", "0", "--static", "none", "--json") as program,
+    ):
+        while "listening on" not in program.until(""):
+            pass
+    told = [json.loads(line)["message"] for line in program.lines]
+    assert told[0] == f"The language model is small of {llm.url} (there is also large: --llm-model)."
+
+
+def test_the_key_is_of_one_line(monkeypatch):
+    with Server() as llm:
+        args = serve.parser().parse_args(["--llm", llm.url])
+        monkeypatch.setenv("MSH_LLM_KEY", " secret\n")  # as from a file
+        with thinking(args) as (thinker, _):
+            assert thinker.server.key == "secret"
+        monkeypatch.setenv("MSH_LLM_KEY", "sec\nret")
+        with pytest.raises(InputError) as raised, thinking(args):
+            pass
+    assert str(raised.value) == "MSH_LLM_KEY has characters that no key has; set it to the server's key."
 
 
 def test_it_serves_conversations_with_the_model(tmp_path):

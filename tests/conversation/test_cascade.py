@@ -10,17 +10,19 @@ import soundfile
 from paths import DEMO, DIGITS
 
 from msh_mlx import Speaker, Transcriber, load_lm, load_mimi, load_tokenizer
+from msh_mlx.conversation import cascade as cascade_module
 from msh_mlx.conversation.cascade import Cascade, Models
 from msh_mlx.conversation.dialogue import Dialogue, TooLongError
 from msh_mlx.conversation.speakable import Speakable
 from msh_mlx.conversation.voice_activity import PIECE, VoiceActivity
 from msh_mlx.errors import MshError
-from msh_mlx.events import Heard, Notice, Replied, Said, SpokeWord, Turned
+from msh_mlx.events import Heard, Listened, Notice, Replied, Said, SpokeWord, Turned
 from msh_mlx.format import FRAME_SIZE, SAMPLE_RATE
 
 SOUND = soundfile.read(DIGITS, dtype="float32")[0]
 TURNS = ["four one", "three", "eight nine zero"]
 FOUR_ONE = SOUND[: round(2.1 * SAMPLE_RATE)]
+THREE = SOUND[round(2.1 * SAMPLE_RATE) : 6 * SAMPLE_RATE]
 NUMBERS = "one two three four five six seven eight nine"
 FASTER = 3.0  # than real time
 PATIENCE = 60.0  # seconds, until a conversation that hangs fails
@@ -272,6 +274,17 @@ def test_a_short_noise_stops_nothing(models):
     assert talked.loud(4.75, 5.0) < 1e-4  # it was silent meanwhile
 
 
+def test_a_word_that_only_shows_that_the_user_listens_stops_nothing(models, monkeypatch):
+    """It is told as such, and is no part of the next turn."""
+    monkeypatch.setattr(cascade_module, "_LISTENING", {"three"})
+    monkeypatch.setattr(cascade_module, "_INTERRUPTED", 2.0)  # the demo's voice is slow
+    room = Room(FOUR_ONE, silence(2.5), THREE, silence(9), FOUR_ONE, silence(4))
+    talked = Talked(models, room, Thinker(NUMBERS, "six"))
+    assert talked.said == f"{NUMBERS} six"
+    assert [event.text for event in talked.of(Listened)] == ["three"]
+    assert talked.thinker.asked[1] == [("user", "four one"), ("assistant", NUMBERS), ("user", "four one")]
+
+
 def test_an_answer_that_has_not_begun_gives_way_to_the_rest_of_the_turn(models):
     class Slow(Thinker):
         def ask(self, messages, thought):
@@ -304,6 +317,37 @@ def test_what_is_too_long_is_shortened(models):
 def test_an_answer_without_words_is_told(models):
     talked = Talked(models, Room(FOUR_ONE, silence(3)), Thinker("** 🙂 **"))
     assert [event.kind for event in talked.of(Notice)] == ["no-answer"]
+
+
+class Mouth:
+    """A mouth that keeps all that it says. `begins` is called with the number of each text, the first one to warm up."""
+
+    def __init__(self, mouth, begins):
+        self._mouth, self._begins = mouth, begins
+        self.said = []
+
+    def say(self, text):
+        self.said.append(self._mouth.say(text))
+        self._begins(len(self.said))
+        return self.said[-1]
+
+
+def test_what_cannot_be_said_is_not_asked_for_any_longer(models):
+    def fail(number):
+        if number == 2:
+            mouth.said[-1].advance = raises
+
+    def raises():
+        raise MshError("The voice is gone.")
+
+    made = models()
+    mouth = Mouth(made.mouth, fail)
+    talked = Talked(
+        lambda *_: Models(made.ears, mouth), Room(SOUND[: 6 * SAMPLE_RATE], silence(4)), Thinker(20 * NUMBERS, "six")
+    )
+    assert [event.message for event in talked.of(Notice)] == ["The voice is gone."]
+    assert talked.thinker.cancelled[0] == 1
+    assert talked.said == "six"
 
 
 def test_it_speaks_up_once_in_a_silence(models):
@@ -358,6 +402,28 @@ def test_what_is_said_meanwhile_is_heard_and_not_kept(models):
     assert thinker.before_result == ["one", "two"]
     assert talked.said == "one two four five six"
     assert thinker.asked[1][1:4] == [("assistant", ""), ("tool", "5"), ("assistant", "four five")]
+
+
+def test_what_is_given_up_between_two_parts_ends(models):
+    closed = threading.Event()
+
+    def give_up(number):
+        if number == 3:  # the second part
+            mouth.said[-1].close = closed.set
+            threading.Thread(target=cascade.give_up).start()
+            time.sleep(0.3)
+
+    made, room = models(), Room(FOUR_ONE, silence(6))
+    mouth = Mouth(made.mouth, give_up)
+    thinker = Caller("one ", "two three", until="one")
+    events = []
+    cascade = Cascade(lambda *_: Models(made.ears, mouth), thinker, room, room, events.append)
+    thinker.said = lambda: [event.word.text for event in events if isinstance(event, SpokeWord)]
+    cascade.start()
+    assert room.over.wait(PATIENCE)
+    assert cascade.stop(PATIENCE)
+    assert cascade.failure is None
+    assert closed.is_set()
 
 
 def test_the_recording_has_the_pause_of_a_tool(models):
@@ -433,6 +499,7 @@ def test_a_dialogue_keeps_the_order_of_roles():
         ("See [the page](https://example.com/a) now", "See the page now"),
         ("a [note] b", "a note b"),
         ("Fine 🙂 → good", "Fine good"),
+        ("Fine \ud83d\ude42 \ud83d good", "Fine good"),  # in halves, and a half
         ("`code` <break time='9s'/> x", "code break time='9s'/ x"),
         ("x" * 450, "x" * 200 + " " + "x" * 200 + " " + "x" * 50),
     ],

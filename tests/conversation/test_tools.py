@@ -159,13 +159,24 @@ def test_a_function_that_is_given_up_does_not_hold_up_the_loop(tmp_path):
             "def f(*a, **b): pass",
             r"The function f of .*numbers\.py cannot be a tool: .*; give its arguments types .*\.",
         ),
-        ("\0", r"numbers\.py .*"),
+        (
+            "def f(*a): pass",
+            r"The function f of .* cannot be a tool: its arguments have no names; give them some, or .*\.",
+        ),
+        (
+            "def f(a, /): pass",
+            r"The function f of .* cannot be a tool: its arguments have no names; give them some, or .*\.",
+        ),
+        ("def größe(): pass", r"größe of .* its name is not made of a to z, digits and _; rename it\."),
+        ("f = lambda a: a", r"<lambda> of .* its name is not made of a to z, digits and _; rename it\."),
+        ("\0", r"numbers\.py .*null bytes"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_sentence(tmp_path, text, error):
     with pytest.raises(InputError, match=error) as caught, python_tools(written(tmp_path, text)):
         pass
     assert "\n" not in str(caught.value)
+    assert "None" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -181,7 +192,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def returning(name, value=None):
     async def run(arguments):
-        if isinstance(value, Exception):
+        if isinstance(value, BaseException):
             raise value
         return str(arguments if value is None else value)
 
@@ -279,7 +290,7 @@ def test_calls_run_together():
 @pytest.mark.parametrize(
     ("wanted", "result"),
     [
-        (call("nobody"), "Error: there is no tool 'nobody', only good, bad, poor, long and slow."),
+        (call("nobody"), "Error: there is no tool 'nobody', only good, bad, late, gone, poor, long and slow."),
         (call("good", "{a: 1}"), "Error: the arguments are not a JSON object (Expecting property name"),
         (call("good", "[1]"), "Error: the arguments are not a JSON object (it is list)."),
         (call("good", '{"a": NaN}'), "Error: the arguments are not a JSON object (NaN is no number of JSON)."),
@@ -288,7 +299,10 @@ def test_calls_run_together():
             "Error: the arguments are not a JSON object (it is nested too deeply).",
         ),
         (call("bad"), "Error: ValueError: no luck"),
+        (call("late"), "Error: TimeoutError: the door"),
+        (call("gone"), "Error: this call was given up before its result came."),
         (call("poor"), "Error: It is closed; come again."),
+        (call("good", '{"a": "\\ud83d"}'), "fine"),
         (call("long"), f"{'x' * 8000}\n(This is cut: the result has 10000 characters.)"),
         (call("slow"), "Error: this took longer than 0.05 s, and was given up."),
     ],
@@ -302,6 +316,7 @@ def test_whatever_goes_wrong_the_model_and_the_user_are_told(wanted, result):
 
     tools = [
         *(returning("good", "fine"), returning("bad", ValueError("no luck"))),
+        *(returning("late", TimeoutError("the door")), returning("gone", asyncio.CancelledError())),
         *(returning("poor", MshError("It is closed", "come again")), returning("long", "x" * 10000)),
         Tool("slow", "", {}, slow),
     ]
@@ -310,8 +325,8 @@ def test_whatever_goes_wrong_the_model_and_the_user_are_told(wanted, result):
     asked, got = model.asked[1][1:]
     assert got["content"].startswith(result)
     (called,) = told.of(Called)
-    assert (called.result, called.failed) == (got["content"], wanted.name != "long")
-    json.loads(asked["tool_calls"][0]["function"]["arguments"])  # what servers read again
+    assert (called.result, called.failed) == (got["content"], result != "fine" and wanted.name != "long")
+    json.loads(asked["tool_calls"][0]["function"]["arguments"].encode())  # what servers read again
     assert told.said == [["Well."]]
     assert not ran
 

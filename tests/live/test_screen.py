@@ -413,12 +413,14 @@ CALLS = [
     Called("add", '{"a": 4, "b": "one"}', "5\n\x1b[2J", False, 0.26),
     Calling("look", "{not json"),
     Called("look", "{not json", f"Error: {'x' * 300}", True, 1.0),
+    Calling("look", "[" * 100_000),
 ]
 CALL_LINES = [
     'Calling add(a=4, b="one")',
     "add: 5 \N{REPLACEMENT CHARACTER}[2J (0.3 s)",
     "Calling look({not json)",
     f"look: Error: {'x' * 186}… (1.0 s)",
+    f"Calling look({'[' * 194}…",
 ]
 
 
@@ -431,7 +433,7 @@ def test_calls_of_tools_stand_between_the_words() -> None:
             screen.handle(event)
         say(screen, now, "three", 910)
         screen.summary(SUMMARY)
-    assert terminal.lines()[1:7] == ["one two", *CALL_LINES, "three"]
+    assert terminal.lines()[1:8] == ["one two", *CALL_LINES, "three"]
 
 
 def test_calls_of_tools_as_plain_lines_and_as_json() -> None:

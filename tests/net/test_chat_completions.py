@@ -92,6 +92,13 @@ def say(status=200, **body):
     return handle
 
 
+def raw(body, status):
+    async def handle(request):
+        return web.Response(body=body, status=status, content_type="application/json")
+
+    return handle
+
+
 def answered(url, *, key="", model="small", tools=None, tell=lambda _: None, **options):
     """Ask once. Return the text, and the error or None."""
     changed = threading.Event()
@@ -172,11 +179,18 @@ async def falls_silent(request):
             "The server URL answers with 404 for the model small: model not found.",
         ),
         (say(500, detail="Memory."), 'The server URL answers with 500 for the model small: {"detail": "Memory."}.'),
+        (
+            raw(b'[{"error": {"code": 400, "message": "API key not valid"}}]', 400),
+            "The server URL answers with 400 for the model small: 400 API key not valid.",
+        ),
+        (raw(b"null", 400), "The server URL answers with 400 for the model small: null."),
+        (raw(b"[" * 50_000, 200), ODD),
         (say(200, hello="world"), ODD),
         (stream(b"data: {not json\n\n"), ODD),
         (stream(b"hello\n\n", end=b"bye\n"), ODD),
         (stream(b"data: " + b"x" * (3 << 20)), ODD),
         (stream(b'data: {"choices": "x"}\n\n'), ODD),
+        (stream(b"data: " + b"[" * 50_000 + b"\n\n"), ODD),
         (stream(b'data: {"error": {"message": "no memory"}}\n\n'), "The language model failed: no memory."),
         (falls_silent, "The language model at URL said nothing for too long; ask again, or take a smaller model."),
     ],
@@ -315,6 +329,17 @@ def test_calls_of_tools_are_read_as_servers_send_them(dialect):
     assert [event.result for event in told if isinstance(event, Called)] == ["5", "8"]
 
 
+def test_what_is_called_is_valid_unicode():
+    """A server may send the halves of a picture apart, or one alone."""
+    told = []
+    calls = delta(piece('{"x": "\ud83d', "n\ud83d", index=0)), delta(piece('\ude42\ud83d"}', index=0))
+    with Server(turns(stream("\ud83d ", *calls), stream("No."))) as server:
+        assert answered(server.url, tools=Tools([ADD]), tell=told.append)[1] is None
+    assert server.bodies[1]["messages"][1]["content"] == "\ufffd "
+    (called,) = [event for event in told if isinstance(event, Called)]
+    assert (called.name, called.arguments) == ("n\ufffd", '{"x": "🙂\ufffd"}')
+
+
 def test_without_tools_none_are_offered():
     with Server(stream("Four.")) as server:
         answered(server.url)
@@ -435,7 +460,17 @@ def test_addresses(text, url):
     assert server_url(text) == url
 
 
-@pytest.mark.parametrize("text", ["ftp://x", "http://", "http://x:99999", "http://x/v1?a=b", "http://[x"])
+@pytest.mark.parametrize(
+    "text", ["ftp://x", "http://", "http://x:99999", "http://x/v1?a=b", "http://[x", "http://a..b"]
+)
 def test_wrong_addresses(text):
     with pytest.raises(InputError, match="is not the address of a server"):
         server_url(text)
+
+
+def test_an_address_with_a_password_is_refused_and_not_shown():
+    with pytest.raises(InputError) as raised:
+        server_url("http://me:secret@example.com/v1")
+    assert (
+        str(raised.value) == "The address of example.com has a name or a password; give a key in MSH_LLM_KEY instead."
+    )

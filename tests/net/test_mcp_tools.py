@@ -156,6 +156,10 @@ def test_an_address_that_is_no_mcp_server():
     ("place", "shown"),
     [
         ("env TOKEN=secret KEY='a b' no-such-program --x=secret", "env TOKEN=… KEY=… no-such-program --x=…"),
+        (
+            "env TOKEN=secret no-such-program https://me:secret@host/mcp?key=secret --header 'Auth: secret' -v --key=secret x",
+            "env TOKEN=… no-such-program https://host/mcp --header … -v --key=… x",
+        ),
         ("http://me:secret@127.0.0.1:1/mcp?key=secret", "http://127.0.0.1:1/mcp"),
     ],
 )

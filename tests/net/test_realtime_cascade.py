@@ -5,11 +5,12 @@ import base64
 
 import numpy as np
 import pytest
-from test_chat_completions import Server, breaks_off, stream
+from test_chat_completions import Server, breaks_off, stream, turns
 from test_realtime import Client, pcm16
-from test_served_cascade import FADED, FOUR_ONE, LOUD, NUMBERS, ONSET, PATIENCE, SILENCE, audio, parts, serving
+from test_served_cascade import FADED, FOUR_ONE, LOUD, NUMBERS, ONSET, PATIENCE, SILENCE, THREE, audio, parts, serving
 from test_server import eventually
 
+from msh_mlx.conversation import cascade
 from msh_mlx.format import FRAME_SECONDS, FRAME_SIZE, SAMPLE_RATE
 from msh_mlx.net.realtime_sound import SoundReader
 
@@ -119,6 +120,27 @@ async def test_who_interrupts_cancels_the_response(audio):
     assert done["response"]["output"][0]["content"][0]["transcript"] == kept
 
 
+async def test_who_only_listens_has_a_turn_that_nobody_answers(audio, monkeypatch):
+    monkeypatch.setattr(cascade, "_LISTENING", {"three"})
+    monkeypatch.setattr(cascade, "_INTERRUPTED", 2.0)  # the demo's voice is slow
+    with Server(turns(stream(*LONG[:12]), stream("six "))) as llm:
+        async with serving(audio, llm) as server, Caller(server) as caller:
+            caller.speak(FOUR_ONE)
+            while "two" not in transcript(caller):
+                await caller.receive()
+            caller.speak(THREE)
+            first = await caller.until("response.done")
+            caller.speak(FOUR_ONE)
+            second = await caller.until("response.done")
+    assert [each["response"]["status"] for each in (first, second)] == ["completed", "completed"]
+    written = caller.of(f"{WRITTEN}.completed")
+    assert [each["transcript"] for each in written] == ["four one", "three", "four one"]
+    for name in ("started", "stopped"):
+        told = [each["item_id"] for each in caller.of(f"input_audio_buffer.speech_{name}")]
+        assert told == [each["item_id"] for each in written]
+    assert [each["content"] for each in llm.bodies[1]["messages"]][2:] == ["four one"]
+
+
 async def test_a_response_is_cancelled_on_request(audio):
     with Server(stream(*LONG, pause=0.3)) as llm:
         async with serving(audio, llm) as server, Caller(server) as caller:
@@ -140,6 +162,18 @@ async def test_a_response_is_cancelled_on_request(audio):
     )
     kept = done["response"]["output"][0]["content"][0]["transcript"]
     assert [each["content"] for each in llm.bodies[1]["messages"]] == ["four one", kept, "four one"]
+
+
+async def test_what_was_asked_for_can_be_cancelled_before_it_begins(audio):
+    with Server(stream("two ")) as llm:
+        async with serving(audio, llm) as server, Client(server) as client:
+            for _ in range(2):  # before there is a conversation, and in it
+                await client.send("response.create")
+                await client.send("response.cancel")
+                assert (await client.until("response.done"))["response"]["status"] == "cancelled"
+                await asyncio.sleep(0.5)
+    assert not llm.bodies
+    assert len(client.of("response.created")) == 2
 
 
 async def test_push_to_talk(audio):
@@ -199,7 +233,7 @@ async def test_an_error_of_the_language_model_is_told_and_the_session_goes_on(au
             await client.until("response.done")
     assert (error["type"], error["code"]) == ("server_error", "language_model")
     assert error["message"].startswith(f"The connection to the language model at {llm.url} broke off")
-    assert done["response"]["status"] == ("completed" if done["response"]["output"] else "failed")
+    assert done["response"]["status"] == "failed"
     assert client.said("response." if beta else "response.output_")[-1][0] == ["two"]
 
 

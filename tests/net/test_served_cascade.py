@@ -22,6 +22,7 @@ from test_server import eventually, get
 
 from msh_mlx import Transcriber
 from msh_mlx.cli import server_program
+from msh_mlx.conversation import cascade
 from msh_mlx.conversation.load import load_parts
 from msh_mlx.conversation.served_cascade import ServedCascade, SharedCascade
 from msh_mlx.conversation.shared_speaker import SharedSpeaker
@@ -37,6 +38,7 @@ from msh_mlx.net.talking_models import LanguageModel
 
 SOUND = soundfile.read(DIGITS, dtype="float32")[0]
 FOUR_ONE = SOUND[: round(2.1 * SAMPLE_RATE)]
+THREE = SOUND[round(2.1 * SAMPLE_RATE) : 6 * SAMPLE_RATE]
 ONSET = int(np.argmax(np.abs(FOUR_ONE) > 0.01)) / SAMPLE_RATE
 NUMBERS = "one two three four five six seven eight nine"
 VOICES = "calm", "brisk"
@@ -186,8 +188,22 @@ async def test_tools_are_called_and_shown(audio):
     assert [message["role"] for message in llm.bodies[1]["messages"]] == ["user", "assistant", "tool"]
 
 
+async def test_who_only_listens_is_told_that_the_words_are_over(audio, monkeypatch):
+    monkeypatch.setattr(cascade, "_LISTENING", {"three"})
+    monkeypatch.setattr(cascade, "_INTERRUPTED", 2.0)  # the demo's voice is slow
+    with Server(stream(*(f"{word} " for word in 2 * NUMBERS.split()))) as llm:
+        async with serving(audio, llm) as server, Room(server) as room:
+            await room.dump(FOUR_ONE)
+            await room.listen(lambda: "two" in room.heard.text)
+            room.speak(THREE)
+            await room.listen(lambda: len(room.told("turn")) == 2)
+    assert room.told("turn") == ["four one", "three"]
+    assert len(llm.bodies) == 1
+
+
 async def test_who_interrupts_is_let_speak(audio):
-    with Server(stream(*(f"{word} " for word in 3 * NUMBERS.split()), pause=0.3)) as llm:
+    # The words come faster than they are said, so that there are no gaps in the voice.
+    with Server(stream(*(f"{word} " for word in 9 * NUMBERS.split()), pause=0.1)) as llm:
         async with serving(audio, llm) as server, Room(server) as room:
             await room.dump(FOUR_ONE)
             await room.listen(lambda: "three" in room.heard.text)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from msh_mlx.system.words import human_size, printable, shortened
+from msh_mlx.system.words import human_size, printable, shortened, valid
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,11 @@ def test_a_terminal_gets_no_commands():
 )
 def test_what_others_sent_is_shown_on_one_short_line(text, line):
     assert shortened(text, 10) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [("é \U0001f600", "é \U0001f600"), ("\ud83d\ude00", "\U0001f600"), ("a\ud83d b", "a\ufffd b"), ("", "")],
+)
+def test_halves_of_characters_are_joined(text, good):
+    assert valid(text) == good

@@ -33,7 +33,7 @@ def call_line(event: Calling | Called) -> str:
     try:
         given = json.loads(arguments)
         arguments = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items())
-    except (ValueError, AttributeError):  # shown as it is
+    except (ValueError, AttributeError, RecursionError):  # shown as it is
         pass
     return f"Calling {shortened(f'{event.name}({arguments})', _SHOWN)}"
 
