@@ -192,6 +192,7 @@ class Visit:
 
     sent: list[float] = field(default_factory=list)
     heard: list[float] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)  # how many frames had been dropped before each answer
     dropped: float = 0.0
     begun: bool = False
     code: int | None = None
@@ -200,7 +201,8 @@ class Visit:
     @property
     def delays(self) -> list[float]:
         """Return the time from each frame to its answer, in ms."""
-        return [1000 * (heard - sent) for sent, heard in zip(self.sent, self.heard, strict=False)]
+        answers = enumerate(zip(self.heard, self.missing, strict=True))
+        return [1000 * (heard - self.sent[i + gone]) for i, (heard, gone) in answers if i + gone < len(self.sent)]
 
 
 class Caller:
@@ -253,6 +255,7 @@ class Caller:
         while (message := await talker.ws.receive()).type.name == "BINARY":
             if message.data[0] == 1:
                 self.visit.heard.append(time.perf_counter())
+                self.visit.missing.append(round(self.visit.dropped / FRAME_SECONDS))
             elif message.data[0] == 4 and b"dropped_s" in message.data:
                 self.visit.dropped = json.loads(message.data[1:]).get("dropped_s", 0.0)
             elif message.data[0] == 5:
@@ -326,6 +329,7 @@ async def test_as_many_as_are_admitted_talk_in_real_time(on_ray: Callable[..., S
     for caller in callers:
         await caller.stop()
     print(f"{len(inside)} of {len(callers)} admitted, {shares} in the processes")
+    print(f"before, {max(at for _, at in marks):.2f} s were dropped at most")
     print(f"in 8 s each heard {min(n for n, _ in heard)} to {max(n for n, _ in heard)} frames of 100")
     print(
         f"delay p50 {p(delays, 50):.1f} ms, p95 {p(delays, 95):.1f} ms, dropped {max(d for _, d in heard):.2f} s at most"
