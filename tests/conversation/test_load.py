@@ -139,7 +139,7 @@ def test_the_demo_has_no_smaller_model(counts: Counts, monkeypatch: pytest.Monke
 def test_a_server_does_so_too(counts: Counts, precisions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(self: Any, *_: Any) -> int:
         model = SharedModel()
-        await asyncio.to_thread(self._load, model, AudioService(), [])
+        await asyncio.to_thread(self._load, [model], AudioService())
         model.close()
         return 0
 

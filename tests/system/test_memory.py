@@ -132,7 +132,8 @@ def test_loading_never_holds_two_copies(kind, lora, models, engine):
     if engine == "native" or not has_gpu():  # else what is held may be elsewhere
         # The few rows that are merged at a time, and what the allocator keeps of them: the same for a model of any size.
         merging = 16 << 20 if lora else 0
-        assert found["rss"] <= 1.15 * found["held"] + merging
+        # What the system adds by large pages is up to a tenth here; a second copy would double it.
+        assert found["rss"] <= 1.25 * found["held"] + merging
         assert found["rss"] > 0.8 * found["held"]
 
 
