@@ -115,7 +115,7 @@ class Models:
 
 @dataclass
 class Answer:
-    """An answer on its way: thought, speech, sound. `lock` of the cascade guards all but `thought`.
+    """An answer on its way: thought, speech, sound. `_changed` of the cascade guards all but `thought`.
 
     `speech` says a part of the thought, and `part` is its number. Frames of sound are kept with that.
     """

@@ -232,6 +232,9 @@ class ServedCascade(Cascade):
             event = Failed("conversation", event.error)  # a failure of the models is told by themselves
         elif isinstance(event, Span) and event.stage == "step":
             self._shared.on_tick(Tick(1, event.end - event.begin, [self._source.backlog()]))
+        if isinstance(event, Ready):
+            with self._changed:
+                self._sent.clear()
         with self._telling:
             if isinstance(event, Ready):
                 self._frames = 0

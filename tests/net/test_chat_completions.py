@@ -99,12 +99,8 @@ def raw(body, status):
     return handle
 
 
-def answered(url, *, key="", model="small", tools=None, tell=lambda _: None, **options):
-    """Ask once. Return the text, and the error or None."""
-    changed = threading.Event()
-    thought = Thought(changed.set, tell)
-    asking = ChatCompletions(LanguageServer(url, model, key), tools, **options)
-    asking.ask(ASKED, thought)
+def all_of(thought, changed):
+    """The text of an answer; `changed` is set when something has come."""
     text = []
     while not thought.over:
         for piece in thought.pieces():
@@ -113,8 +109,18 @@ def answered(url, *, key="", model="small", tools=None, tell=lambda _: None, **o
                 changed.clear()
             else:
                 text.append(piece)
+    return "".join(text)
+
+
+def answered(url, *, key="", model="small", tools=None, tell=lambda _: None, **options):
+    """Ask once. Return the text, and the error or None."""
+    changed = threading.Event()
+    thought = Thought(changed.set, tell)
+    asking = ChatCompletions(LanguageServer(url, model, key), tools, **options)
+    asking.ask(ASKED, thought)
+    text = all_of(thought, changed)
     asking.close()
-    return "".join(text), thought.error
+    return text, thought.error
 
 
 def test_an_answer_comes_word_by_word():
@@ -387,20 +393,12 @@ def test_several_conversations_share_the_tools():
     with Server(handle) as server:
         asking = ChatCompletions(LanguageServer(server.url), Tools([ADD]))
         for number in range(8):
-            over, told = threading.Event(), []
-            thought = Thought(over.set, told.append)
-            thoughts[number] = thought, over, told
+            changed, told = threading.Event(), []
+            thought = Thought(changed.set, told.append)
+            thoughts[number] = thought, changed, told
             asking.ask([{"role": "user", "content": str(number)}], thought)
-        for number, (thought, over, told) in thoughts.items():
-            said = []
-            while not thought.over:
-                for part in thought.pieces():
-                    if part is None:
-                        assert over.wait(PATIENCE)
-                        over.clear()
-                    else:
-                        said.append(part)
-            assert "".join(said) == str(2 * number)
+        for number, (thought, changed, told) in thoughts.items():
+            assert all_of(thought, changed) == str(2 * number)
             assert [event.result for event in told if isinstance(event, Called)] == [str(2 * number)]
         asking.close()
 

@@ -66,6 +66,12 @@ def transcript(client):
     return "".join(event["delta"] for event in client.of("response.output_audio_transcript.delta"))
 
 
+async def until_said(caller, word):
+    """Go on until the answer has a word."""
+    while word not in transcript(caller):
+        await caller.receive()
+
+
 async def test_a_turn_is_written_down_and_answered(audio):
     with Server(stream("two ", "seven ")) as llm:
         async with serving(audio, llm) as server, Caller(server) as caller:
@@ -106,8 +112,7 @@ async def test_who_interrupts_cancels_the_response(audio):
     with Server(stream(*LONG, pause=0.3)) as llm:
         async with serving(audio, llm) as server, Caller(server) as caller:
             caller.speak(FOUR_ONE)
-            while "three" not in transcript(caller):
-                await caller.receive()
+            await until_said(caller, "three")
             onset = caller.sent * FRAME_SECONDS + ONSET
             caller.speak(FOUR_ONE)
             done = await caller.until("response.done")
@@ -126,8 +131,7 @@ async def test_who_only_listens_has_a_turn_that_nobody_answers(audio, monkeypatc
     with Server(turns(stream(*LONG[:12]), stream("six "))) as llm:
         async with serving(audio, llm) as server, Caller(server) as caller:
             caller.speak(FOUR_ONE)
-            while "two" not in transcript(caller):
-                await caller.receive()
+            await until_said(caller, "two")
             caller.speak(THREE)
             first = await caller.until("response.done")
             caller.speak(FOUR_ONE)
@@ -145,8 +149,7 @@ async def test_a_response_is_cancelled_on_request(audio):
     with Server(stream(*LONG, pause=0.3)) as llm:
         async with serving(audio, llm) as server, Caller(server) as caller:
             caller.speak(FOUR_ONE)
-            while "two" not in transcript(caller):
-                await caller.receive()
+            await until_said(caller, "two")
             await caller.send("response.cancel")
             done = await caller.until("response.done")
             sound = len(caller.sound)

@@ -245,7 +245,7 @@ async def test_after_a_short_noise_the_answer_goes_on_where_it_was_heard_last(au
     frames = room.heard.sound.reshape(-1, FRAME_SIZE)
     said = [frame for frame in frames if np.abs(frame).max() > LOUD]
     once = [each for each in spoken(audio, "calm", NUMBERS) if np.abs(each.pcm).max() > LOUD]
-    assert len(said) - len(once) in (0, 1, 2, 3)  # a coder smears the edges
+    assert len(said) - len(once) in (1, 2, 3)  # a coder smears the edges
 
 
 async def test_a_server_that_breaks_off_or_is_gone_is_told_and_asked_again_when_it_is_back(audio):
